@@ -17,8 +17,13 @@ class StoreUnavailable(DataError):
     """The database of a vector store cannot be reached, or does not answer. The same call may succeed later."""
 
 
+class ServerUnreachable(DataError):
+    """There is no connection to the server of remote data. The same call may succeed later."""
+
+
 class DataWarning(UserWarning):
-    """Samples of a dataset were skipped. The message names the shard, the reason and the number of samples."""
+    """What is wrong with data without ending the work: samples that are skipped, with the reason and their number, a server that does not
+    answer at once, or the like. The message names the data."""
 
 
 class ModelError(MmtuneError):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -31,6 +32,8 @@ class FileServer:
     answers: (path, status) -> number of answers
     most_at_once: highest number of requests that were answered at the same time
     fail_first: path -> number of requests of it that fail before one succeeds
+    login: whether all requests are redirected to an HTML page on which users log in
+    is_stopped: whether the server has ended; connections that are still open are closed
     """
 
     root: Path
@@ -41,6 +44,8 @@ class FileServer:
     rate: float = 0.0
     ranges: bool = True
     stamp: str = "ETag"
+    login: bool = False
+    is_stopped: bool = False
     url: str = ""
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     fail_first: Counter[str] = field(default_factory=Counter)
@@ -70,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         files = self.files
+        if files.is_stopped:
+            self.close_connection = True
+            return
         with files.lock:
             files.at_once += 1
             files.most_at_once = max(files.most_at_once, files.at_once)
@@ -86,6 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
             fails = files.rng.random() < files.failures or files.fail_first[path] > 0
             cut = with_body and files.rng.random() < files.cuts
             files.fail_first[path] -= 1
+        if files.login:
+            self.answer_login(path, with_body)
+            return
         file = files.root / path.lstrip("/")
         if fails or not file.is_file():
             status = files.status if fails else 404
@@ -119,6 +130,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
 
+    def answer_login(self, path: str, with_body: bool) -> None:
+        page = b"<!DOCTYPE html>\n<html><body><form>password</form><a href='/help.html'>help</a></body></html>"
+        is_page = path == "/login"
+        self.send_response(200 if is_page else 302)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        if not is_page:
+            self.send_header("Location", f"/login?next={path}&secret=1")
+        self.send_header("Content-Length", str(len(page) if is_page else 0))
+        self.end_headers()
+        if is_page and with_body:
+            self.wfile.write(page)
+
     def send_body(self, data: bytes) -> None:
         step = 1 << 16
         for at in range(0, len(data), step):
@@ -135,15 +158,23 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def http_server(root: Path, **settings: object) -> Iterator[FileServer]:
-    """Serve the files below `root` from a thread."""
+def http_server(root: Path, certificate: Path | None = None, port: int = 0, **settings: object) -> Iterator[FileServer]:
+    """Serve the files below `root` from a thread.
+
+    certificate: a PEM file with a certificate and its key, for https
+    """
     files = FileServer(root, **settings)  # type: ignore[arg-type]
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"files": files}))
-    files.url = f"http://127.0.0.1:{server.server_port}"
+    server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"files": files}))
+    files.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield files
     finally:
+        files.is_stopped = True
         server.shutdown()
         server.server_close()
 

@@ -24,7 +24,7 @@ from typing import TypedDict
 from mmtune import modalities
 from mmtune.contracts import JsonObject
 from mmtune.data.remote.remote_files import read_limited
-from mmtune.data.remote.retry import describe, is_missing
+from mmtune.data.remote.request_failures import GaveUp, describe, is_missing
 from mmtune.errors import MissingExtra, Rejected
 from mmtune.runtime.pillow_warnings import ignore_pillow_warnings
 
@@ -180,7 +180,10 @@ def _fetch(url: str, limit: int) -> bytes:
     except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
         if is_missing(e):
             raise FileNotFoundError(url) from None
-        raise Rejected(f"cannot be fetched: {describe(e)}") from None
+        cause = (
+            e.__cause__ if isinstance(e, GaveUp) and e.__cause__ else e
+        )  # without the seconds, so that packing twice gives equal files
+        raise Rejected(f"cannot be fetched: {describe(cause, url)}") from None
 
 
 if __name__ == "__main__":

@@ -7,23 +7,20 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from mmtune.data.remote.retry import Truncated, describe, is_missing, public_url, retry, status_of
-from mmtune.errors import DataError, MissingExtra
+from mmtune.data.remote.file_systems import bucket_is_missing, file_system, missing_library
+from mmtune.data.remote.request_failures import Truncated, describe, is_about_server, is_missing, public_url, status_of
+from mmtune.data.remote.retry import retry
+from mmtune.errors import DataError, MissingExtra, ServerUnreachable
 from mmtune.runtime.files import AtomicFile
-
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
 
 FileInfo: TypeAlias = Mapping[str, Any]
 """What fsspec's `info` returns for a file."""
 
-EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""URL scheme -> extra of mmtune that installs the library for it."""
 STAMPS = (
     *("ETag", "etag", "e_tag", "VersionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5", "checksum"),
     *("sha256", "blob_id", "oid", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created"),
@@ -33,10 +30,14 @@ SIGNATURES = re.compile(
     r"(^|&)(X-Amz-|X-Goog-|Signature|Expires|AWSAccessKeyId|GoogleAccessId|Policy|Key-Pair-Id|sig|se|sv|token)", re.I
 )
 """Keys of a query string that signs a URL."""
-CONNECT_SECONDS, READ_SECONDS = 30, 60
-"""Time-outs of HTTP: for a connection, and between two pieces of a response."""
 STREAMED = {"block_size": 0, "size": 1}
 """Options of fsspec's `open` for HTTP that read a file by a single GET request, without asking for its size first."""
+
+
+HTML = re.compile(rb"\s*(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)\b", re.I)
+"""The beginning of an HTML page."""
+HTML_BYTES = 512
+"""Number of bytes in which `HTML` is looked for."""
 
 
 def is_remote(spec: str) -> bool:
@@ -50,48 +51,33 @@ def cache_identity(url: str) -> str:
     return public_url(url) + (f"?{query}" if query and not SIGNATURES.search(query) else "")
 
 
-def file_system(url: str) -> "tuple[AbstractFileSystem, str]":
-    """Return the fsspec filesystem and the path of a URL. Raises MissingExtra if its library is not installed."""
-    import fsspec
-
-    try:
-        if urlsplit(url).scheme in ("http", "https"):
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-            return fsspec.filesystem("http", client_kwargs={"timeout": timeout, "trust_env": True}), url
-        return fsspec.core.url_to_fs(url)
-    except ImportError as e:
-        raise _missing(url, e) from None
-    except ValueError as e:
-        raise DataError(f"{public_url(url)}: cannot be read ({e})") from None
-
-
-def _missing(url: str, error: ImportError) -> MissingExtra:
-    scheme = urlsplit(url).scheme
-    extra = EXTRAS.get(scheme)
-    fix = f'pip install "mmtune[{extra}]"' if extra else str(error)
-    return MissingExtra(f"{public_url(url)}: {scheme}:// URLs need a library that is not installed: {fix}")
-
-
 @contextlib.contextmanager
-def one_line_errors(url: str) -> Iterator[None]:
-    """Context manager that raises DataError, one line with the public part of `url`, for an error of the libraries behind fsspec."""
+def one_line_errors(url: str, given: str = "") -> Iterator[None]:
+    """Context manager that raises DataError, one line with the public part of `url`, for an error of the libraries behind fsspec.
+
+    given: what the user has named, if that is not `url`; it is named instead
+
+    Raises ServerUnreachable if there is no connection to the server.
+    """
     try:
         yield
     except (DataError, MissingExtra):
         raise
     except ImportError as e:
-        raise _missing(url, e) from None
+        raise missing_library(url, e) from None
     except Exception as e:
-        raise DataError(f"{public_url(url)}: {describe(e)}") from None
+        kind = ServerUnreachable if is_about_server(e) else DataError
+        reason = describe(e, url, url.rpartition("/")[2] if given else "")
+        if is_missing(e) and bucket_is_missing(url):
+            reason = f"no such bucket: {urlsplit(url).netloc}; check its name, and which server is asked"
+        raise kind(f"{public_url(given or url)}: {reason}") from None
 
 
 def file_info(url: str) -> FileInfo:
     """Size, type and stamps of a remote file, as the server gives them. Raises DataError if it does not exist."""
     fs, path = file_system(url)
     with one_line_errors(url):
-        return retry(lambda: fs.info(path))
+        return retry(lambda: fs.info(path), url)
 
 
 def info_if_exists(url: str) -> FileInfo | None:
@@ -107,7 +93,7 @@ def info_if_exists(url: str) -> FileInfo | None:
             raise
 
     with one_line_errors(url):
-        return retry(look)
+        return retry(look, url)
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -130,20 +116,44 @@ def is_stamped(info: FileInfo) -> bool:
     return any(info.get(key) is not None for key in STAMPS)
 
 
-def read_small(url: str) -> bytes | None:
-    """Read a whole remote file into memory; None if it does not exist, or if it must not be read (see `is_unavailable`)."""
+def read_small(url: str, given: str = "", refresh: bool = False) -> bytes | None:
+    """Read a whole remote file into memory; None if it does not exist, or if it must not be read (see `is_unavailable`).
+
+    A server that sends an HTML page instead of a file does not have it.
+    given: what the user has named, for messages
+    refresh: forget the listings of its directory that earlier calls have kept
+    """
     fs, path = file_system(url)
 
     def read() -> bytes | None:
         try:
-            return fs.cat_file(path)
+            if refresh:
+                fs.invalidate_cache(path.rpartition("/")[0])
+            data: bytes = fs.cat_file(path)
         except Exception as e:
             if is_unavailable(e):
                 return None
             raise
+        return None if HTML.match(data) else data
 
-    with one_line_errors(url):
-        return retry(read)
+    with one_line_errors(url, given):
+        return retry(read, given or url)
+
+
+def refuse_html(url: str, head: bytes, address: Callable[[], str]) -> None:
+    """Raise DataError if a file begins like an HTML page: servers redirect to a page on which users log in.
+
+    head: the first bytes of the file
+    address: returns the address from which they came; "" if it is unknown
+    """
+    if not HTML.match(head):
+        return
+    came_from = public_url(address())
+    where = f", from {came_from}" if came_from not in ("", public_url(url)) else ""
+    raise DataError(
+        f"{public_url(url)}: the server sends an HTML page{where}, not the file; "
+        "if it asks for a login, use a signed URL or one with credentials (https://USER:PASSWORD@HOST/...)"
+    )
 
 
 def read_limited(url: str, limit: int) -> bytes:
@@ -161,7 +171,7 @@ def read_limited(url: str, limit: int) -> bytes:
                 raise Truncated(f"got {size} of {expected} bytes")
             return b"".join(pieces)
 
-    return retry(read)
+    return retry(read, url)
 
 
 def _response_size(file: object) -> int | None:
@@ -181,9 +191,11 @@ def download(url: str, local: str | Path, size: int | None) -> None:
         with target as f:
             name = f.name
             fs.get_file(path, name)
+            with open(name, "rb") as written:
+                refuse_html(url, written.read(HTML_BYTES), lambda: str(fs.info(path).get("url", "")))
             f.seek(0, os.SEEK_END)
             if size is not None and f.tell() != size:
                 raise Truncated(f"got {f.tell()} of {size} bytes")
 
     with one_line_errors(url):
-        retry(copy)
+        retry(copy, url)

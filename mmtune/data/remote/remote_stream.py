@@ -7,11 +7,12 @@ import bz2
 import gzip
 import io
 import lzma
-import time
 from typing import Any, BinaryIO, cast
 
-from mmtune.data.remote.remote_files import STREAMED, file_system, one_line_errors
-from mmtune.data.remote.retry import ATTEMPTS, Truncated, delay_before_next, is_passing, public_url
+from mmtune.data.remote.file_systems import file_system
+from mmtune.data.remote.remote_files import HTML_BYTES, STREAMED, one_line_errors, refuse_html
+from mmtune.data.remote.request_failures import Truncated, public_url
+from mmtune.data.remote.retry import retry
 from mmtune.errors import DataError, MissingExtra, first_line
 
 BLOCK = 8 << 20
@@ -40,20 +41,22 @@ class RemoteStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read up to len(buffer) bytes into `buffer`; returns their number, 0 at the end of the file."""
         with one_line_errors(self.url):
-            for attempt in range(ATTEMPTS):
-                try:
-                    if self._file is None:
-                        self._open()
-                    data = self._file.read(len(buffer))
-                    buffer[: len(data)] = data
-                    self.position += len(data)
-                    return len(data)
-                except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
-                    self._close_file()
-                    if attempt == ATTEMPTS - 1 or not is_passing(e):
-                        raise
-                    time.sleep(delay_before_next(e, attempt))
-        raise AssertionError("unreachable")
+            data = retry(lambda: self._read(len(buffer)), self.url)
+        if not self.position:
+            refuse_html(self.url, data[:HTML_BYTES], lambda: str(self._file.r.url) if self._is_http else "")
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._open()
+            data: bytes = self._file.read(size)
+            return data
+        except BaseException:
+            self._close_file()
+            raise
 
     def _open(self) -> None:
         """Open the file at the current position."""

@@ -69,8 +69,9 @@ def list_shards(spec: str | os.PathLike[str] | Sequence[str], suffixes: tuple[st
     """
     specs: list[str | os.PathLike[str]] = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
     listing = ShardListing()
-    parts = [p for s in specs for p in expand(os.fspath(s))]
-    remote = iter(locate_remote([p for p in parts if is_remote(p)], suffixes))
+    expanded = [(p, os.fspath(s)) for s in specs for p in expand(os.fspath(s))]
+    parts = [p for p, _ in expanded]
+    remote = iter(locate_remote([p for p in parts if is_remote(p)], dict(expanded), suffixes))
     indexes: dict[str, JsonObject | None] = {}
     for part in parts:
         listing.add(next(remote) if is_remote(part) else _locate_local(part, indexes, suffixes))

@@ -3,22 +3,22 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from mmtune.contracts import JsonObject
+from mmtune.data.remote.file_systems import file_system
 from mmtune.data.remote.remote_files import (
     cache_identity,
     file_info,
-    file_system,
     is_stamped,
     one_line_errors,
     read_small,
     stamp_of,
 )
-from mmtune.data.remote.retry import public_url, retry
+from mmtune.data.remote.request_failures import public_url
+from mmtune.data.remote.retry import retry
 from mmtune.data.shards import shard_cache
 from mmtune.data.shards.shard_index import SPLIT_KIND, checked_index, is_kind
 from mmtune.data.shards.shard_listing import (
@@ -49,20 +49,23 @@ def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
         return list(pool.map(function, items))
 
 
-def locate_remote(urls: list[str], suffixes: tuple[str, ...] = (".tar",)) -> list[ShardListing]:
+def locate_remote(urls: list[str], given: Mapping[str, str], suffixes: tuple[str, ...] = (".tar",)) -> list[ShardListing]:
     """List the shards behind each URL, a directory or a shard. No shard is fetched.
 
+    given: URL -> what the user has named, such as a brace pattern; it is named where the server is at fault
     suffixes: ends of the names of the files in a directory that are shards
 
-    Raises DataError if a directory does not exist, contains no shards, or does not agree with its index.json.
+    Raises DataError if a directory does not exist, contains no shards, or does not agree with its index.json, and ServerUnreachable if
+    there is no connection to the server.
     """
-    for url in {urlsplit(url).scheme: url for url in urls}.values():
+    for url in {url.partition("://")[0]: url for url in urls}.values():
         file_system(url)  # raises MissingExtra, which names this URL and not that of an index.json
     folder_of = {url: _split(url)[0] for url in urls if public_url(url).lower().endswith(SUFFIXES)}
-    folders = sorted(set(folder_of.values()))
-    indexes = dict(zip(folders, in_parallel(_read_index, folders), strict=True))
+    folders = {folder: given[url] for url, folder in reversed(folder_of.items())}  # each with the first of its URLs
+    indexes = dict(zip(folders, in_parallel(lambda f: _read_index(f, folders[f]), folders), strict=True))
     return [
-        _locate_shard(url, indexes[folder_of[url]]) if url in folder_of else _locate_directory(url, suffixes) for url in urls
+        _locate_shard(url, indexes[folder_of[url]]) if url in folder_of else _locate_directory(url, suffixes, given[url])
+        for url in urls
     ]
 
 
@@ -73,8 +76,8 @@ def _split(url: str) -> tuple[str, str, str]:
     return folder, name, mark + query
 
 
-def _read_index(folder: str) -> JsonObject | None:
-    data = read_small(f"{folder}/index.json")
+def _read_index(folder: str, given: str) -> JsonObject | None:
+    data = read_small(f"{folder}/index.json", given, refresh=True)
     try:
         return checked_index(json.loads(data), f"{public_url(folder)}/index.json") if data is not None else None
     except ValueError as e:
@@ -88,17 +91,17 @@ def _locate_shard(url: str, index: JsonObject | None) -> ShardListing:
     return listing
 
 
-def _locate_directory(url: str, suffixes: tuple[str, ...]) -> ShardListing:
+def _locate_directory(url: str, suffixes: tuple[str, ...], given: str) -> ShardListing:
     folder = url.rstrip("/")
-    index = _read_index(folder)
+    index = _read_index(folder, given)
     if index is not None and is_kind(index, SPLIT_KIND):
         listing = ShardListing()
         for split in packed_splits(public_url(folder), index):
-            listing.add(_locate_directory(f"{folder}/{split}", suffixes))
+            listing.add(_locate_directory(f"{folder}/{split}", suffixes, given))
         return listing
     infos = _list_directory(url, index)
     if infos is None:  # a single file with an unusual name
-        return _locate_shard(url, _read_index(_split(url)[0]))
+        return _locate_shard(url, _read_index(_split(url)[0], given))
     sizes = {n: i.get("size") for n, i in infos.items() if n.endswith(suffixes)}
     names = shard_names(public_url(folder), sizes, index, list(infos))
     listing = check_against_index(public_url(folder), names, sizes, index, lambda n: "")
@@ -119,8 +122,15 @@ def _list_directory(url: str, index: JsonObject | None) -> dict[str, JsonObject]
     if info["type"] != "directory" and "html" not in str(info.get("mimetype")):
         return None
     with one_line_errors(url):
-        found = retry(lambda: fs.ls(path, detail=True))
-    return {str(i["name"]).rstrip("/").rpartition("/")[2]: dict(i) for i in found}
+        found = retry(lambda: fs.ls(path, detail=True), url)
+    names = {str(i["name"]).rstrip("/").rpartition("/")[2]: dict(i) for i in found}
+    shown = public_url(str(info.get("url", url)))
+    if shown.rstrip("/") != public_url(url).rstrip("/") and not any(n.endswith(SUFFIXES) for n in names):
+        raise DataError(
+            f"{public_url(url)}: the server shows the page {shown} instead, which names no shard; "
+            "if it asks for a login, use signed URLs of the shards, or a URL with credentials (https://USER:PASSWORD@HOST/...)"
+        )
+    return names
 
 
 def fetch_shards(shards: list[ShardFile]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmtune.data.remote.remote_files import download
-from mmtune.data.remote.retry import public_url
+from mmtune.data.remote.request_failures import public_url
 from mmtune.data.shards import tar_index
 from mmtune.errors import DataError
 from mmtune.runtime.files import atomic_open, sha256_file

@@ -15,14 +15,14 @@ import numpy as np
 
 from mmtune import modalities
 from mmtune.data.remote.remote_stream import decompressed
-from mmtune.data.remote.retry import public_url
+from mmtune.data.remote.request_failures import public_url
 from mmtune.data.shards.locate import list_shards
 from mmtune.data.shards.remote_listing import SUFFIXES
 from mmtune.data.shards.shard_listing import ShardFile, ShardListing
 from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.tar_index import TableBuilder
 from mmtune.data.shards.tar_stream import StreamedRow, stream_rows
-from mmtune.errors import DataError, DataWarning
+from mmtune.errors import DataError, DataWarning, ServerUnreachable
 
 FIRST_ROWS, FIRST_SHARDS = 64, 4
 """Rows of a shard, and shards of a set, that are read before training, to find out which modalities there are."""
@@ -146,6 +146,8 @@ class StreamedSets:
                 break
             try:
                 rows += _rows_at_start(shards[i])
+            except ServerUnreachable:
+                raise
             except DataError as e:
                 fault = fault or e
         if rows:

@@ -12,6 +12,7 @@ import pytest
 
 import mmtune
 from mmtune.data.pack.pack import pack
+from mmtune.data.shards.dataset import open_data
 from mmtune.data.shards.shard_lru import ShardCache
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.errors import DataError
@@ -106,14 +107,17 @@ def test_eval_and_embed_of_streams_on_s3(packed, storage: FaultProxy, tmp_path):
 def test_denied_and_missing_on_s3_are_one_line_at_once(storage: FaultProxy, monkeypatch):
     for url, words in (
         ("s3://shop/packed/none.tar", r"missing, but|not in index|no such file"),
-        ("s3://nothing/a.tar", r"^s3://nothing/a\.tar: no such file or directory"),
+        ("s3://nothing/a.tar", r"^s3://nothing/a\.tar: no such bucket: nothing; check its name"),
+        ("s3://No_Bucket!/a.tar", r'^s3://No_Bucket!/a\.tar: cannot be read \(Invalid bucket name "No_Bucket!"\)'),
     ):
         with pytest.raises(DataError, match=words) as error:
             read_all(url)
         assert "\n" not in str(error.value)
     storage.failures, storage.status = 1.0, 403
     begin = time.monotonic()
-    with pytest.raises(DataError, match=r"s3://shop/packed/shard-000000\.tar: access denied.*; check the credentials") as error:
+    with pytest.raises(
+        DataError, match=r"s3://shop/packed/shard-000000\.tar: access denied.*; check the AWS credentials"
+    ) as error:
         read_all("s3://shop/packed/shard-000000.tar")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
@@ -121,6 +125,16 @@ def test_denied_and_missing_on_s3_are_one_line_at_once(storage: FaultProxy, monk
     with pytest.raises(DataError, match=r"no valid credentials \(.*\); set AWS_ACCESS_KEY_ID") as error:
         read_all("s3://shop/packed/shard-000000.tar")
     assert "\n" not in str(error.value) and time.monotonic() - begin < 10
+
+
+def test_shards_that_were_written_again_are_seen_by_the_same_process(packed, storage: FaultProxy, tmp_path):
+    import boto3
+
+    pack(corpora.source(tmp_path / "source", 12, 1, ("image", "text")), tmp_path / "packed", shard_size="40KB")
+    for folder in (packed, tmp_path / "packed"):
+        for path in folder.glob("*.tar"):
+            boto3.client("s3").upload_file(str(path), "shop", f"raw/{path.name}")
+        assert open_data("s3://shop/raw").ids[:2] == open_data(str(folder)).ids[:2]
 
 
 def read_all(spec: str) -> int:
