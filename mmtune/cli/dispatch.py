@@ -17,7 +17,7 @@ from mmtune.cli.verbs import VERBS
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError, MmtuneError
 from mmtune.runtime.deprecation import renamed_message
-from mmtune.runtime.files import is_disk_full
+from mmtune.runtime.files import is_disk_full, refuse_url
 
 
 @dataclass
@@ -109,8 +109,9 @@ def parser_of(verb: str) -> Parser:
 def _check_data_paths(parser: Parser, args: argparse.Namespace) -> None:
     """Raise DataError for a DATA argument that is no file or directory, before the verb imports its libraries, which takes seconds.
 
-    Arguments that may be more than a local path (URLs, brace patterns, names) are left to the verb.
+    Arguments that may be more than a local path (URLs, brace patterns, names) are left to the verb. Likewise for a URL as --out.
     """
+    refuse_url(getattr(args, "out", None) or "", "--out")
     for action in parser._actions:
         given = getattr(args, action.dest, None) if action.metavar == "DATA" else None
         for path in given if isinstance(given, list) else [given]:

@@ -18,7 +18,7 @@ from mmtune.embedding.embed_rows import embed_rows, shared_modalities
 from mmtune.errors import DataError
 from mmtune.modalities import names as modality_names
 from mmtune.runtime.devices import local_device
-from mmtune.runtime.files import atomic_open, read_json, write_json
+from mmtune.runtime.files import atomic_open, read_json, refuse_url, write_json
 from mmtune.runtime.format_number import check_format
 from mmtune.runtime.progress import Progress
 from mmtune.runtime.work_lock import run_jobs_once
@@ -166,7 +166,8 @@ def read_meta(out: Path) -> JsonObject:
 
 
 def refuse_other_vectors(out: Path, result: EmbedResult) -> None:
-    """Raise DataError if `out` contains embeddings of another model or of another prompt role."""
+    """Raise DataError if `out` contains embeddings of another model or of another prompt role, or is a URL."""
+    refuse_url(out, "--out")
     if not (out / "meta.json").exists():
         return
     old = read_meta(out)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -21,6 +22,21 @@ CANCELLED = b"\x18"
 
 JSON escapes control characters, so a complete line never contains it.
 """
+
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URL, also of one that pathlib has changed to a path (s3:/bucket/file)."""
+
+
+def refuse_url(path: str | Path, key: str) -> None:
+    """Raise DataError for a URL where a local file or directory is to be written, which would become a directory called "s3:".
+
+    key: the option or recipe key, for the message
+    """
+    if URL.match(str(path)):
+        raise DataError(
+            f"{key}: {path} is a URL; files are written to a local directory only: name one, and copy it there afterwards"
+        )
 
 
 def _sibling(path: Path, prefix: str, suffix: str = "") -> Path:

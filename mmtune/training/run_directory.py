@@ -14,7 +14,7 @@ from mmtune.model import artifact
 from mmtune.recipe.recipe import Recipe
 from mmtune.recipe.recipe_file import changed_keys
 from mmtune.runtime.devices import has_mps
-from mmtune.runtime.files import read_json, write_json, write_text
+from mmtune.runtime.files import read_json, refuse_url, write_json, write_text
 from mmtune.training.checkpoint import STATE_FILE
 from mmtune.training.precision import resolve_precision
 
@@ -63,6 +63,7 @@ def claim_run_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
     starts again from the beginning. In that case tables of mined negatives are deleted, because the model or the data may
     have changed.
     """
+    refuse_url(directory, "run.dir")
     path = directory / "recipe.yaml"
     artifact.refuse_other_files(directory / "artifact")
     if path.exists() and (directory / "checkpoints").exists():

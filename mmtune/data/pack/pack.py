@@ -26,7 +26,7 @@ from mmtune.data.shards.shard_index import FORMAT, KIND, SPLIT_KIND
 from mmtune.data.sources.memory_rows import InMemory, memory_source
 from mmtune.data.sources.row_source import RowSource, open_source
 from mmtune.errors import DataError, DataWarning
-from mmtune.runtime.files import write_json, write_jsonl
+from mmtune.runtime.files import refuse_url, write_json, write_jsonl
 from mmtune.runtime.ray_cluster import Engine
 from mmtune.runtime.results import ResultFields
 from mmtune.runtime.sizes import parse_size
@@ -168,7 +168,8 @@ def pack(
 
 
 def _open(source: "str | Path | InMemory", out: str | Path) -> RowSource:
-    """Open the source. Raises DataError if `out` is inside it."""
+    """Open the source. Raises DataError if `out` is inside it, or a URL."""
+    refuse_url(out, "--out")
     if not isinstance(source, str | Path):
         return memory_source(source)
     if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):

@@ -21,6 +21,7 @@ from mmtune.data.sources.tables import (
 )
 from mmtune.data.sources.tar_rows import TarRows, holds_tars
 from mmtune.errors import DataError
+from mmtune.runtime.files import URL
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".gz", ".7z", ".rar")
 __all__ = ["Cells", "InvalidRow", "RowSource", "is_dataset_folder", "open_source"]
@@ -31,9 +32,9 @@ def open_source(path: str | Path) -> RowSource:
 
     Raises DataError if the source is missing, empty, unreadable or of an unknown kind.
     """
-    path = Path(path)
-    if "://" in str(path):
+    if URL.match(str(path)) and not Path(path).exists():
         raise DataError(f"{path}: SOURCE must be a local file or folder (its cells may be URLs); download it first")
+    path = Path(path)
     if path.is_dir():
         return _open_directory(path)
     if not path.exists():
