@@ -22,7 +22,7 @@ from mmtune.errors import DataError
 CHUNK_ROWS, CHUNK_BYTES, CHUNKS = 64, 4 << 20, 3
 """A reading thread passes rows on in chunks of at most so many rows or bytes, and is at most so many chunks ahead."""
 BUFFER_BYTES = 1 << 30
-"""Limit of the bytes in the shuffle buffers of all lanes together. Large values make the buffers shorter."""
+"""Limit of the memory of the shuffle buffers of all lanes together (see `StreamedRow.size`). Large rows make the buffers shorter."""
 
 Place = tuple[int, int]
 """(number of the shard in the epoch, number of the row in it)."""
@@ -67,10 +67,11 @@ class LaneOptions:
 
     seed, epoch: decide the order of rows
     buffer_rows: rows in the shuffle buffer of a lane
-    buffer_bytes: bytes in it
+    buffer_bytes: bytes of memory from which no further row is added to it
     usable: whether a row can be trained on
     skip_damaged: continue with the next shard if one is damaged, and count it
     classes: adds class labels to the rows
+    columns: the metadata columns of rows that are needed afterwards; the others are not kept
     """
 
     seed: int
@@ -80,6 +81,7 @@ class LaneOptions:
     usable: Callable[[StreamedRow], bool]
     skip_damaged: bool = False
     classes: RowClasses | None = None
+    columns: tuple[str, ...] = ()
 
 
 def _random(*parts: object) -> int:
@@ -171,6 +173,7 @@ class Lane:
                 if options.usable(row):
                     if options.classes is not None:
                         options.classes.add(row, shard.file, self.notes)
+                    row.keep_columns(options.columns)
                     yield row
                 else:
                     self.notes["rows left out: they do not have both sides of a pair"] += 1

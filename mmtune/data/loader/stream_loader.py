@@ -201,7 +201,7 @@ class StreamLoader:
         count = state["lanes"] if state else min(len(shards), max(self.lanes, self.processes.world_size))
         own = range(count)[self.processes.local_slice(count)]
         sizes = max(1, self.shuffle_buffer // count), BUFFER_BYTES // count
-        options = LaneOptions(self.seed, epoch, *sizes, self._is_usable, self.skip_damaged, self.classes)
+        options = LaneOptions(self.seed, epoch, *sizes, self._is_usable, self.skip_damaged, self.classes, tuple(self.columns))
         return {
             i: Lane(
                 i,

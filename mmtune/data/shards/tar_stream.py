@@ -9,7 +9,7 @@ import json
 import math
 import tarfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -24,6 +24,8 @@ from mmtune.errors import DataError
 READ_BYTES = 1 << 16
 """Number of bytes that tarfile reads at once."""
 CHECK_BLOCK = 1 << 20
+ROW_BYTES, VALUE_BYTES = 750, 80
+"""What a row, and each of its values, takes in memory besides its bytes and strings (measured, CPython 3.11)."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,6 @@ class StreamedRow:
     id, group: as in `Row`
     values: modality -> encoded bytes
     labels: "id", "group" and each known modality -> identity label; 0 means that the row has no such value
-    size: bytes of all values
     place: (number of the shard in the epoch, number of the row in the shard)
     meta: the metadata, as JSON text; "" if there are none
     """
@@ -42,9 +43,20 @@ class StreamedRow:
     group: str | None
     values: dict[str, bytes]
     labels: dict[str, int]
-    size: int
     place: tuple[int, int] = (0, 0)
     meta: str = ""
+
+    @property
+    def size(self) -> int:
+        """The bytes of memory that the row takes, estimated from its contents alone, so that it is the same everywhere."""
+        values = sum(map(len, self.values.values())) + VALUE_BYTES * len(self.values)
+        return ROW_BYTES + values + sum(len(t) * (1 if t.isascii() else 4) for t in (self.id, self.group or "", self.meta))
+
+    def keep_columns(self, columns: Sequence[str]) -> None:
+        """Forget the metadata but for some columns."""
+        meta = json.loads(self.meta) if columns and self.meta else {}
+        kept = {name: meta[name] for name in columns if name in meta}
+        self.meta = json.dumps(kept) if kept else ""
 
     def numbers(self, columns: Mapping[str, str]) -> list[float]:
         """The values of numeric metadata columns; NaN where the row has none. columns: {name: recipe key and data, for the error}
@@ -170,8 +182,7 @@ def _streamed_row(row: dict[str, object], contents: list[bytes]) -> StreamedRow:
                 data = field_value(parse_json(data), kind.json_fields[field], _number(row[f"{name}.item"]))
             values[name] = kind.reencode(data)[0]
     id, group = row["id"] or row["key"], row["group"]
-    size = sum(map(len, values.values()))
-    return StreamedRow(str(id), None if group is None else str(group), values, labels, size, meta=str(row["meta"] or ""))
+    return StreamedRow(str(id), None if group is None else str(group), values, labels, meta=str(row["meta"] or ""))
 
 
 def _number(value: object) -> int:
