@@ -47,6 +47,11 @@ if TYPE_CHECKING:
 OURS, PEER = "mmtune", "sentence-transformers"
 METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapter", "clip-adapter")
 TRAINED = (OURS, PEER)
+PEER_NOTE = (
+    f"{PEER} starts from random heads and trains at the recipe's rate for as many pairs. A recipe that fits the heads before the first step "
+    f"(heads.MODALITY.init) may have a rate that is too low for that: give it its own in a second call, e.g. --methods {PEER} "
+    "train.lr=1e-4 train.epochs=40 and another --out"
+)
 """Methods that train by a recipe."""
 SETTINGS = "bench.json"
 WITHOUT_VALIDATION: JsonObject = {
@@ -144,7 +149,8 @@ def bench_quality(
                         cells.append(bench.cell(task))
                     except MissingExtra as e:
                         skipped[task.method] = str(e)
-    result = QualityResult(cells, skipped, _differences(root, cells, {s.name: s.sides for s in sets}))
+    notes = [PEER_NOTE] if any(c.method == PEER for c in cells) else []
+    result = QualityResult(cells, skipped, _differences(root, cells, {s.name: s.sides for s in sets}), notes)
     write_json(root / "quality.json", result.to_dict())
     write_text(root / "quality.md", result.markdown())
     return result

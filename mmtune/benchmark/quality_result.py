@@ -78,6 +78,7 @@ class QualityResult:
     """The scores of a benchmark.
 
     cells: the single runs
+    notes: what a reader must know to compare the methods
     skipped: {method or cell: why it was not run}
     differences: of mmtune to the other methods; those of runs that an earlier version made are missing
     """
@@ -85,6 +86,7 @@ class QualityResult:
     cells: list[Cell]
     skipped: dict[str, str]
     differences: list[MethodDifference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def lines(self) -> list[Line]:
@@ -101,6 +103,7 @@ class QualityResult:
             "cells": [c.to_dict() for c in self.cells],
             "differences": [d.to_dict() for d in self.differences],
             "skipped": self.skipped,
+            "notes": self.notes,
         }
 
     def markdown(self) -> str:
@@ -111,9 +114,10 @@ class QualityResult:
             parts.append(f"### {data}\n\n{_table(lines)}")
             if of := [d for d in self.differences if d.data == data]:
                 parts.append(
-                    f"mmtune minus the other method, paired by query, 95% over queries and seeds:\n\n{_differences(of)}"
+                    f"mmtune minus the other method, paired by query, 95% over queries (and seeds, of methods that have several):\n\n{_differences(of)}"
                 )
-        notes = [f"- not run: {name}: {why}" for name, why in self.skipped.items()]
+        notes = [f"- {note}" for note in self.notes]
+        notes += [f"- not run: {name}: {why}" for name, why in self.skipped.items()]
         return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
     def __str__(self) -> str:

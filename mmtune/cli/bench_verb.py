@@ -8,7 +8,7 @@ loading or the encoders are the bottleneck. This takes about a minute and writes
 sentence-transformers, open_clip and a plain PyTorch loop, see notebooks/speed.ipynb or run `pytest -m bench -s`.
 
 With `quality`: every DIR holds the packed sets `train` and `val`, whose groups are the classes. The same pretrained towers are
-scored on val as they are (heads by ridge regression), tuned by mmtune, tuned by sentence-transformers on as many pairs, under a linear
+scored on val as they are (heads as the recipe fits them), tuned by mmtune, tuned by sentence-transformers on as many pairs, under a linear
 probe, nearest neighbours, Tip-Adapter and CLIP-Adapter; mean, standard deviation, 95% interval over the seeds, and seconds. Results
 are written to OUT as they are made: quality.json, quality.md; the same command continues after an interruption. Needs the extra `bench`.
 """

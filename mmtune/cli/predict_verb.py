@@ -7,7 +7,7 @@
   mmtune predict ARTIFACT inbox --task knn --watch --out answers.jsonl                    each new file once, until Ctrl-C
 
 Tasks:
-  knn        class by the nearest labelled references (--label COLUMN); score: its share of their votes
+  knn        class by the nearest labelled references (--label COLUMN); score: its share of their votes, weighted by exp(cosine / 0.07)
   zero_shot  class by the nearest class name; score: its probability by the model's logit scale
   anomaly    score: how unlike the normal references (--normal COLUMN=VALUE, or all of them) an input is, by the scorer (--scorer)
              nearest (default: distance, 1 - cosine), mahalanobis or gmm; --domain, --balance and --known-anomalies as in eval

@@ -39,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         metavar="COLUMN",
         help="metadata column whose values the intervals resample, e.g. recording or machine (default: groups and equal content; with "
-        "--task single rows)",
+        '--task a recording column, if there is one, else single rows; "": single rows)',
     )
     parser.add_argument(
         "--examples", type=int, default=6, metavar="N", help="number of example queries of each kind (default %(default)s)"

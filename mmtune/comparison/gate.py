@@ -115,22 +115,22 @@ def decide(
         return GateVerdict(
             "inconclusive",
             f"{name} rose by {gain}, but {guarded} of the guard {g!r} changed by {d} and may lie below its bound "
-            f"{bounds[g]:+g}; {_needed(d)}.",
+            f"{bounds[g]:+g}; {_needed(d, 'retention rows' if g == RETENTION else 'test queries')}.",
         )
     kept = f" and {len(guards)} guard{'s' * (len(guards) > 1)} held" if guards else ""
     required = f", more than the required {gate.min_gain:+g}" if gate.min_gain else ""
     return GateVerdict("pass", f"{name} rose by {gain}{required}{kept}.")
 
 
-def _needed(difference: "PairedDifference") -> str:
-    """What would decide: more queries, or, where several queries are one cluster, only more clusters."""
+def _needed(difference: "PairedDifference", queries: str = "test queries") -> str:
+    """What would decide: more `queries`, or, where several of them are one cluster, only more clusters."""
     clusters = difference.clusters
     if not difference.has_interval:
         return (
             f"with {clusters} cluster{'s' * (clusters != 1)} no interval is possible: more queries of the same clusters tell nothing, only more clusters "
             f"(at least {MIN_CLUSTERS}) do; a cluster is a group, or a value of --cluster COLUMN such as the recording"
         )
-    return "more test queries are needed" + (", of other clusters" if clusters < difference.queries else "")
+    return f"more {queries} are needed" + (", of other clusters" if clusters < difference.queries else "")
 
 
 def _missed(gate: Gate) -> str:

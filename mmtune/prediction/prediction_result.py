@@ -127,11 +127,17 @@ class Predictions:
             "counts": {
                 "inputs": len(self.predictions) + len(self.errors),
                 "predicted": len(self.predictions),
+                **({"alarms": self.alarms} if self.thresholds else {}),
                 "errors": len(self.errors),
                 "ignored": self.ignored,
             },
             "thresholds": {m: t.to_dict() for m, t in self.thresholds.items()},
         }
+
+    @property
+    def alarms(self) -> int:
+        """Number of predictions whose score is above the threshold; 0 without a threshold."""
+        return sum(bool(p.alarm) for p in self.predictions)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """One row per prediction."""
@@ -152,14 +158,15 @@ class Predictions:
                 ", ".join(p.nearest[:3]),
                 *([f"{p.peak.start:.2f} s" if p.peak else ""] if located else []),
             ]
-            for p in self.predictions[:SHOWN]
+            for p in sorted(self.predictions, key=lambda p: not p.alarm)[:SHOWN]  # alarms first
         ]
         lines = [plain_table(["file", "class", "score", "alarm", "nearest", *["highest at"][:located]], rows)] if rows else []
         if len(self.predictions) > SHOWN:
             lines.append(f"({len(self.predictions) - SHOWN:,} more; --json has all)")
         lines += [f"{m}: {t}" for m, t in self.thresholds.items()]
         lines += [f"{e.file}: cannot be decoded: {e.error}" for e in self.errors]
-        lines.append(f"{len(self.predictions):,} predicted, {len(self.errors):,} cannot be decoded")
+        alarms = f", {self.alarms:,} of them alarms" if self.thresholds else ""
+        lines.append(f"{len(self.predictions):,} predicted{alarms}, {len(self.errors):,} cannot be decoded")
         if self.ignored:
             lines.append(f"{self.ignored:,} files of the folder are of no modality that this model predicts")
         return "\n".join(lines)

@@ -300,7 +300,7 @@ def bench_quality(
     towers: {modality: MODEL}, a language tower and one for each other modality of the sets
     out: directory of the results; a later call with the same settings continues there
     seeds: number of runs, with the seeds 0, 1, ..., of each method whose result depends on the seed
-    methods: "base" (heads by ridge regression, no training), "mmtune", "sentence-transformers" (as many pairs, the same parts of the
+    methods: "base" (heads as the recipe fits them, no training), "mmtune", "sentence-transformers" (as many pairs, the same parts of the
         towers trained), "linear probe", "nearest neighbours", "tip-adapter", "clip-adapter"; None: all
     shots: train on so many rows of each group, drawn with the seed; without it on all rows
     recipes: {name of a set: recipe file}; without an entry the recipe that `mmtune init --encoders` writes for its size

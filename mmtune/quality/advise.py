@@ -326,7 +326,7 @@ def recipe_for(answer: str, plan: PretrainedPlan | None, case: str, pairs: int, 
     if plan is not None:
         return (
             f"mmtune init DIR --case {case} --encoders --size {pairs} --per-group {max(1, round(per_group))}, which writes recipes/{plan.file}: "
-            "heads are fitted to the pairs before the first step"
+            "heads are fitted to the pairs before the first step (the numbers are those of DATA: give those of the training pairs, if they are others)"
         )
     return (
         f"mmtune init DIR --case {case}, and train it with tune={answer.lower()} train.lr={LEARNING_RATES[answer]}, because the model's encoders "

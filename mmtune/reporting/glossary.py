@@ -29,7 +29,7 @@ TERMS = {
     "sd": "Standard deviation.",
     "confusion matrix": "Rows are true classes, columns are predicted ones. A cell holds the number of rows; the diagonal is right.",
     "accuracy": "The share of rows whose predicted class is the true one.",
-    "macro-F1": "The mean over the classes of F1 = 2 correct / (true + predicted); rare classes count as much as frequent ones.",
+    "macro-F1": "The mean over the classes of the rows of F1 = 2 correct / (true + predicted); rare classes count as much as frequent ones.",
     "AUROC": "The probability that a random relevant (or anomalous) one scores higher than a random other one; 0.5 is chance.",
     "principal components": "The two directions in which the embeddings vary most; the map is a projection onto them.",
     "modality gap": "The distance between the mean embeddings of two modalities.",

@@ -72,7 +72,8 @@ def _validation(title: str, log: Sequence[JsonObject], labels: dict[str, str]) -
     if not series:
         return []
     caption = "; ".join(
-        f"{s.name} ends at {short_number(float(s.y[-1]))}, best {short_number(float(s.y.max()))}" for s in series
+        f"{s.name} ends at {short_number(float(s.y[-1]))}, best {short_number(float(s.y.min() if 'drop' in s.name else s.y.max()))}"
+        for s in series
     )
     return [line_chart(title, caption, series, "step", dots=True)]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mmtune.contracts import JsonObject
 from mmtune.errors import DataError
 from mmtune.html.render import render
+from mmtune.model.artifact.format import FITTED_HEADS
 from mmtune.reporting.confusion import confusion_sections
 from mmtune.reporting.embedding_map import embedding_map
 from mmtune.reporting.examples import TOP, example_sections
@@ -135,9 +136,7 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         gate=document["gate"],
         word=word,
         meaning=meaning,
-        warnings=[f"{side.capitalize()} tuning: {line}." for side, line in measured.towers_apart.items() if line]
-        if measured
-        else [],
+        warnings=_notes(subject, measured),
         tiles=tiles(document),
         directions=forest_plot(document["directions"], marked),
         slices=_slice_plot(document, marked, informative=True),
@@ -159,6 +158,18 @@ def report_page(subject: ReportSubject, measured: Measured | None, examples: int
         recipe=_recipe(subject),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def _notes(subject: ReportSubject, measured: Measured | None) -> list[str]:
+    """What a reader must know about the two models."""
+    apart = measured.towers_apart.items() if measured else ()
+    notes = [f"{side.capitalize()} tuning: {line}." for side, line in apart if line]
+    if isinstance(subject.base, str) and Path(subject.base).name == FITTED_HEADS:
+        notes.append(
+            "Before tuning: the heads of this run as they were fitted to its training pairs before the first step, so that the difference is what "
+            "the steps added to the fit. --base MODEL compares with another model, e.g. the one in use."
+        )
+    return notes
 
 
 def headline(document: JsonObject) -> tuple[str, str]:

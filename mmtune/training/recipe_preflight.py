@@ -16,7 +16,7 @@ from mmtune import modalities
 from mmtune.contracts import Pair, direction
 from mmtune.data.loader.mixup import make_augmentation
 from mmtune.data.shards.streamed_sets import StreamedSets
-from mmtune.errors import MmtuneError, RecipeError, TrainingError
+from mmtune.errors import DataError, MmtuneError, RecipeError, TrainingError
 from mmtune.evaluation.metrics import metric_columns
 from mmtune.evaluation.tasks.evaluate_task import check_options
 from mmtune.mining import guards, sources
@@ -119,6 +119,7 @@ def check_inputs(recipe: Recipe, inputs: "TrainingInputs") -> None:
     known = [direction(a, b) for a in inputs.data.modalities for b in inputs.data.modalities]
     if recipe.gate is not None:
         _check_gate_direction(recipe.gate, known)
+        _check_gate_data(recipe.gate, inputs)
     if recipe.mining is not None:
         _check_mining(recipe.mining, inputs)
 
@@ -186,7 +187,7 @@ def checkpoint_bytes(trainable: int, frozen: int, keep: int, ema: bool, validate
     return 4 * (2 * last + best + trainable + frozen)
 
 
-def _check_column(data: "WeightedConcat", name: str, key: str) -> None:
+def _check_column(data: "Data | WeightedConcat", name: str, key: str) -> None:
     try:
         data.column(name)
     except MmtuneError as e:
@@ -222,6 +223,27 @@ def _check_gate_direction(gate: Gate, known: Sequence[str]) -> None:
         raise RecipeError(
             f"gate.direction: there is no direction {gate.direction!r}{nearest(gate.direction, ['mean', *known])}"
         )
+
+
+def _check_label(data: "Data", label: object) -> None:
+    """Raise RecipeError if the column of the classes of a gate's task does not exist. A modality's texts may be the classes, too."""
+    if isinstance(label, str) and label != "group" and label not in data.modalities:
+        _check_column(data, label, "gate.task_options.label")
+
+
+def _check_gate_data(gate: Gate, inputs: "TrainingInputs") -> None:
+    """Raise an error for data that the gate's task cannot be evaluated by, so that it is not found after the training."""
+    from mmtune.data.shards.dataset import open_data
+
+    reference, label = gate.task_options.get("reference"), gate.task_options.get("label")
+    if isinstance(reference, str):
+        try:
+            opened = open_data(reference)
+        except DataError as e:
+            raise DataError(f"gate.task_options.reference: {e}") from None
+        _check_label(opened, label)
+    if inputs.val is not None:
+        _check_label(inputs.val, label)
 
 
 def _check_mining(options: MiningOptions, inputs: "TrainingInputs") -> None:

@@ -1,6 +1,7 @@
 """Comparisons and intervals of tasks: against the metrics of repeated rows, coverage over draws, and through the real verbs."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_tasks import compare_task
 from mmtune.comparison.task_intervals import metric_intervals, resampled_bounds, task_difference
 from mmtune.contracts import Embeddings
-from mmtune.errors import RecipeError
+from mmtune.errors import DataWarning, RecipeError
 from mmtune.evaluation.tasks.anomaly import detect
 from mmtune.evaluation.tasks.classified import Classified, confusion_counts
 from mmtune.evaluation.tasks.zero_shot import nearest_class
@@ -39,7 +40,7 @@ def test_weighted_metrics_are_those_of_repeated_rows():
         t, p = np.repeat(c.truth, weights), np.repeat(c.predicted, weights)
         got = c.weighted_metrics(weights)
         assert got["accuracy"] == pytest.approx((t == p).mean())
-        assert got["macro_f1"] == pytest.approx(f1_score(t, p, average="macro"))
+        assert got["macro_f1"] == pytest.approx(f1_score(t, p, average="macro", labels=np.unique(t)))
         ids = [f"r{i:02d}" for i in range(60)]
         e = Embeddings(ids, [None] * 60, {"audio": np.arange(1, 61)}, units(rng, 60))
         normal = {i: k < 40 for k, i in enumerate(ids)}
@@ -51,6 +52,20 @@ def test_weighted_metrics_are_those_of_repeated_rows():
             areas.append(roc_auc_score([at[i] >= 40 for i in rows], [found.scores[i] for i in rows]))
         assert got["auroc"] == pytest.approx(np.mean(areas))
         assert found.weighted_metrics(np.ones(60, int)) == pytest.approx(found.metrics)
+
+
+def test_a_class_that_no_row_has_is_no_class_of_macro_f1():
+    """One of 100 rows was predicted as a class of the reference alone, whose F1 of 0 took a third off the mean and its interval."""
+    truth = np.repeat([0, 1], 50)
+    predicted = truth.copy()
+    predicted[0] = 2
+    ids = [f"r{i}" for i in range(100)]
+    c = Classified("a->a", list("xyz"), confusion_counts(truth, predicted, 3), 0, row_ids=ids, truth=truth, predicted=predicted)
+    assert c.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro", labels=[0, 1])) and c.macro_f1 > 0.99
+    low, high = metric_intervals(c, None, "knn")["macro_f1"]
+    assert 0.95 < low <= c.macro_f1 <= high
+    only_first = c.weighted_metrics((truth == 0).astype(int))
+    assert only_first["macro_f1"] == pytest.approx(f1_score(truth[:50], predicted[:50], average="macro", labels=[0]))
 
 
 def test_the_interval_covers_the_true_accuracy_when_clusters_are_resampled():
@@ -143,6 +158,19 @@ def test_pieces_of_one_recording_are_resampled_together_unless_single_rows_are_a
             assert document["cluster"] == {6: "recording", 24: None, 2: "shade"}[clusters]
             if verb == "compare":
                 assert document["differences"]["audio"]["accuracy"]["clusters"] == clusters
+
+
+def test_votes_among_pieces_of_one_recording_warn(tmp_path):
+    table = corpora.source(tmp_path / "files", 24, 0, COLUMNS)
+    rows = table.read_text().strip().split("\n")
+    table.write_text("\n".join(f"{line},{'recording' if i == 0 else (i - 1) // 4}" for i, line in enumerate(rows)) + "\n")
+    mmtune.pack(table, tmp_path / "packed")
+    data = str(tmp_path / "packed")
+    with pytest.warns(DataWarning, match="24 rows are of 6 values of 'recording'.*--exclude-same recording"):
+        mmtune.evaluate("tiny:clap", data, task="knn", label="shade")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        mmtune.evaluate("tiny:clap", data, task="knn", label="shade", exclude_same="recording")
 
 
 def test_the_verbs(tmp_path, capsys):

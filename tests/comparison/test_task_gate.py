@@ -10,7 +10,7 @@ import yaml
 import mmtune
 from mmtune.cli.dispatch import dispatch
 from mmtune.comparison.compare_tasks import TaskComparison, compare_task
-from mmtune.errors import DataError, RecipeError
+from mmtune.errors import DataError, ModelError, RecipeError
 from mmtune.recipe.gate_block import Gate
 from mmtune.reporting.measured import measure
 from mmtune.reporting.report import report
@@ -110,12 +110,14 @@ def test_the_gates_column_is_resampled_in_retrieval_too(tuned, val):
             "gate: guards.confusable: a comparison by a task has no guard but retention",
         ),
         ({"task_options": {"label": "shade"}}, "gate: task_options: needs a task"),
+        ({"task": "knn", "task_options": {"label": "shadow"}}, "gate.task_options.label: .*shadow"),
+        ({"task": "knn", "task_options": {"reference": "no/such/data"}}, "gate.task_options.reference: .*no/such/data"),
         ({"task": "knn", "direction": "text->image"}, "gate.direction: there is no direction 'text->image'"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_found_before_training(root, tmp_path, gate, message):
-    data = {"train": corpora.packed(root, columns=COLUMNS)}
-    with pytest.raises(RecipeError, match=message):
+    data = {"train": corpora.packed(root, columns=COLUMNS), "val": corpora.packed(root, 18, 1, COLUMNS)}
+    with pytest.raises((RecipeError, DataError), match=message):
         mmtune.train({"model": BASE, "data": data, "gate": gate, "run": {"dir": str(tmp_path / "r")}}, quiet=True)
 
 
@@ -135,6 +137,8 @@ def test_the_verdict_of_a_report_is_that_of_the_recipes_task(tuned, val, tmp_pat
     words = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", out.read_text())).split())
     assert want.reason in words and f"accuracy, image {want.deciding.base:.3f} → {want.deciding.candidate:.3f}" in words
     assert "Tasks on the same data" in words and "must improve" not in words  # no mark at a direction that does not decide
+    with pytest.raises(ModelError, match="this is the directory of a run; name its model, .*artifact"):
+        mmtune.load(tuned)
     measured = measure(report_subject(tuned), retention=held)
     assert measured.by_task is not None and measured.document["reason"] == measured.by_task.reason
     assert ("retention", "ndcg@10") in [row[:2] for row in measured.tasks[0].rows]

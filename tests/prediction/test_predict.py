@@ -16,7 +16,7 @@ from mmtune.errors import DataError, DataWarning, ModelError, RecipeError
 from mmtune.prediction.alarm_threshold import alarm_threshold
 from mmtune.prediction.fit_predictors import PredictorOptions
 from mmtune.prediction.predict import prepare
-from mmtune.prediction.prediction_result import LocatedWindow, Prediction
+from mmtune.prediction.prediction_result import LocatedWindow, Prediction, Predictions
 from mmtune.prediction.watch_folder import watch
 from mmtune.reporting.prediction_page import write_prediction_page
 from tests.support import corpora
@@ -138,6 +138,16 @@ def test_values_in_memory_and_the_method(reference):
     assert list(done.to_pandas()["class"]) == [done.predictions[0].predicted_class] * 2
 
 
+def test_the_printed_rows_begin_with_the_alarms():
+    """Of 40 files the first 20 were printed, and no line said that the last two were alarms."""
+    threshold = alarm_threshold(np.arange(50.0), 0.1)
+    made = [Prediction(f"f{i:02d}", "audio", None, float(i), [], [], float(i), i >= 38) for i in range(40)]
+    done = Predictions("anomaly", "mark", made, thresholds={"audio": threshold})
+    lines = [line for line in str(done).splitlines() if line.strip()[:2] in ("f0", "f3")]
+    assert lines[0].split()[0] == "f38" and lines[1].split()[0] == "f39" and lines[2].split()[0] == "f00"
+    assert "40 predicted, 2 of them alarms, 0 cannot be decoded" in str(done) and [p.file for p in done.predictions][0] == "f00"
+
+
 def test_a_predictor_is_stored_in_the_artifact(root, reference, files, capsys):
     artifact = str(shutil.copytree(root / "artifact", root / "stored"))
     common = [artifact, files, "--task", "anomaly"]
@@ -150,6 +160,7 @@ def test_a_predictor_is_stored_in_the_artifact(root, reference, files, capsys):
     assert stored == given and stored["thresholds"]["audio"]["normal"] == 12
     assert stored["thresholds"]["audio"]["anomalous"] == 12 and stored["thresholds"]["audio"]["false_alarm_rate"] == 1 / 13
     assert all(p["alarm"] == (p["score"] > stored["thresholds"]["audio"]["value"]) for p in stored["predictions"])
+    assert stored["counts"]["alarms"] == sum(p["alarm"] for p in stored["predictions"])
     with pytest.raises(ModelError, match="belongs to the model"):
         mmtune.predict(mmtune.load(artifact, dim=8), str(files), task="anomaly")
     with pytest.raises(ModelError, match="is no artifact"):

@@ -171,7 +171,7 @@ def test_towers_without_a_common_space_get_the_recipe_that_aligns_them(tmp_path)
     assert "240 pairs, 20 a group: low-rank adapters" in many.why and "by chance" in many.why
     assert many.recipe == (
         "mmtune init DIR --case catalog --encoders --size 240 --per-group 20, which writes recipes/catalog_pretrained.yaml: heads are "
-        "fitted to the pairs before the first step"
+        "fitted to the pairs before the first step (the numbers are those of DATA: give those of the training pairs, if they are others)"
     )
     few = advise(model, shards(tmp_path / "f", rows[:180]), corpus_size=1000)
     assert few.answer == "head" and "180 pairs are few" in few.why and "recipes/few_shot.yaml" in few.recipe

@@ -44,9 +44,13 @@ class Classified:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1 over the classes that occur as a true or predicted class. F1 = 2 correct / (true + predicted)."""
-        right, both = np.diag(self.confusion), self.confusion.sum(0) + self.confusion.sum(1)
-        return float((2 * right[both > 0] / both[both > 0]).mean()) if both.any() else 0.0
+        """Mean F1 over the classes of the rows. F1 = 2 correct / (true + predicted).
+
+        A class that no row has, but one row is predicted as, is no class of the mean: the wrong prediction lowers the F1 of the row's own.
+        """
+        truth = self.confusion.sum(1)
+        occurs, both = truth > 0, truth + self.confusion.sum(0)
+        return float((2 * np.diag(self.confusion)[occurs] / both[occurs]).mean()) if occurs.any() else 0.0
 
     @property
     def metrics(self) -> dict[str, float]:

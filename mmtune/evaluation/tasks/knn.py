@@ -4,6 +4,7 @@ It is not scikit-learn's KNeighborsClassifier, because some pairs have to be exc
 recording), and ties are broken by the same total order as in all searches.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmtune.contracts import Embeddings
-from mmtune.errors import DataError
+from mmtune.errors import DataError, DataWarning
+from mmtune.evaluation.clusters import recordings_in
 from mmtune.evaluation.tasks.classified import Classified, confusion_counts
 from mmtune.evaluation.tasks.task import (
     EvaluationTask,
@@ -59,6 +61,13 @@ class NearestNeighbours(EvaluationTask):
         vectors = grouped_by_class(inputs.data, inputs.embed(keep=labelled), labels)
         if reference is None:
             warn_of_neighbours(given, max(len(e.ids) for e in vectors.values()) - 1)
+            if self.exclude_same is None and (found := recordings_in(inputs.data)) is not None:
+                warnings.warn(
+                    f"knn: {found.rows} rows are of {found.values} values of {found.column!r}, and pieces of one recording, which are alike, vote for "
+                    f"each other: the accuracy on new recordings is lower; --exclude-same {found.column}, or a --reference, tells it",
+                    DataWarning,
+                    stacklevel=2,
+                )
             source = source_of_rows(inputs.data, self.exclude_same)
             return {m: classify_among_themselves(vectors, m, self.neighbours, source) for m in vectors}
         reference_labels, reference_labelled = class_labels(reference, self.label)

@@ -62,6 +62,8 @@ def _load(model: str | Path | Mapping[str, str], cpu_kernels: CpuKernels) -> Mod
             raise ModelError(
                 f"{model}: holds several seeds of a recipe; name the model of one, e.g. {path / 'seed-0' / 'artifact'}"
             )
+        if (path / "artifact" / MANIFEST).is_file():
+            raise ModelError(f"{model}: this is the directory of a run; name its model, {path / 'artifact'}")
         raise ModelError(f"{model}: not an artifact (no {MANIFEST}); for a checkpoint write hf:{model} or open_clip:{model}")
     return from_spec(model, cpu_kernels)
 
