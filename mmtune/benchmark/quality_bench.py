@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 OURS, PEER = "mmtune", "sentence-transformers"
 METHODS = ("base", OURS, PEER, "linear probe", "nearest neighbours", "tip-adapter", "clip-adapter")
 TRAINED = (OURS, PEER)
+"""Methods that train by a recipe."""
 PEER_NOTE = (
     f"{PEER} starts from random heads and trains at the recipe's rate for as many pairs. A recipe that fits the heads before the first step "
     f"(heads.MODALITY.init) may have a rate that is too low for that: give it its own in a second call, e.g. --methods {PEER} "
     "train.lr=1e-4 train.epochs=40 and another --out"
 )
-"""Methods that train by a recipe."""
+"""Note of results that have the peer: its score depends on this."""
 SETTINGS = "bench.json"
 WITHOUT_VALIDATION: JsonObject = {
     "data.val": None,

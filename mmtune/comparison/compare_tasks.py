@@ -54,6 +54,7 @@ class TaskComparison(GatedComparison):
 
     @property
     def changes(self) -> tuple[Differences, Differences]:
+        """The changes of the gate's metric by modality, and of the guards."""
         return {m: by[self.gate.metric] for m, by in self.differences.items() if self.gate.metric in by}, self.guards
 
     @property

@@ -28,11 +28,6 @@ class GatedComparison:
     gate: Gate
 
     @property
-    def changes(self) -> "tuple[Mapping[str, PairedDifference], Mapping[str, PairedDifference]]":
-        """The changes of the gate's metric by direction (by modality, if a task decided), and by slice or guard."""
-        raise NotImplementedError
-
-    @property
     def status(self) -> int:
         """Exit status of the command: 0 if the verdict is "pass", else 1."""
         return 0 if self.verdict == "pass" else 1
@@ -67,6 +62,7 @@ class Comparison(GatedComparison):
 
     @property
     def changes(self) -> tuple[Mapping[str, PairedDifference], Mapping[str, PairedDifference]]:
+        """The changes of the gate's metric by direction, and by slice."""
         return self.directions, self.slices
 
     def to_dict(self) -> JsonObject:

@@ -66,7 +66,7 @@ class Measured:
     located: LocatedRows | None = None
     towers_apart: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def document(self) -> JsonObject:
         """The comparison by retrieval, of all seeds if there are several, with the verdict of the gate's task, if it has one."""
         by_retrieval = (self.over_seeds or self.comparison).to_dict()

@@ -33,8 +33,6 @@ HEADLINES = {
     "fail": ("Not better", "Keep the current model: the tuned model does not meet the requirements of the gate."),
     "inconclusive": ("Not proven", "These queries are not enough to decide whether the tuned model is better."),
 }
-NO_GATE: JsonObject = {"direction": None, "min_gain": 0.0, "guards": {}}
-"""For plots of a comparison by retrieval that does not decide."""
 HEADLINES_OF_A_GAIN = {
     "fail": (
         "Better, at a price",
@@ -46,6 +44,8 @@ HEADLINES_OF_A_GAIN = {
     ),
 }
 """Headlines for a verdict other than "pass" although the gate's metric has improved with certainty."""
+NO_GATE: JsonObject = {"direction": None, "min_gain": 0.0, "guards": {}}
+"""For plots of a comparison by retrieval that does not decide."""
 
 
 @dataclass

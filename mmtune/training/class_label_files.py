@@ -6,8 +6,6 @@ NUMBER.MODALITY.parquet, the contents whose rows do not all have the same class.
 """
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from mmtune.contracts import JsonObject, Pair
 from mmtune.data.loader.row_classes import KnownClasses
 from mmtune.data.shards.class_values import class_label
 from mmtune.data.shards.merge_classes import CountedClasses
-from mmtune.data.shards.shard_classes import ClassQuery, shard_identity
+from mmtune.data.shards.shard_classes import ClassQuery, json_hash, shard_identity
 from mmtune.data.shards.stream_classes import check_column, count_streamed_classes, has_tables
 from mmtune.data.shards.streamed_sets import StreamedSets
 from mmtune.errors import DataError, TrainingError
@@ -58,9 +56,9 @@ def open_class_labels(recipe: Recipe, inputs: "TrainingInputs", quiet: bool, pro
         return {}
     folder = Path(recipe.run.dir) / FOLDER
     info: JsonObject = {"terms": {n: [t.label, [list(p) for p in _query(t, inputs.pairs).pairs]] for n, t in terms.items()}}
-    info["listed"] = {n: _hash(names) for n, names in listed.items()}
+    info["listed"] = {n: json_hash(names) for n, names in listed.items()}
     if isinstance(inputs.data, StreamedSets):
-        info["data"] = _hash([shard_identity(s) for shards in inputs.data.sets for s in shards]) if counted else ""
+        info["data"] = json_hash([shard_identity(s) for shards in inputs.data.sets for s in shards]) if counted else ""
         tables = has_tables(inputs.data)
         for n in (n for n in terms if n in listed or not tables):
             check_column(inputs.data, terms[n].label, f"{terms[n].key}.label")
@@ -75,10 +73,6 @@ def open_class_labels(recipe: Recipe, inputs: "TrainingInputs", quiet: bool, pro
 
 def _query(term: LossTerm, pairs: Sequence[Pair]) -> ClassQuery:
     return ClassQuery(term.label, tuple((a, b) for a, b in term.pairs or pairs))
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def _is_current(folder: Path, info: JsonObject, is_begun: bool) -> bool:

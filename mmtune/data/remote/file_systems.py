@@ -4,7 +4,6 @@ Each of these libraries repeats failed requests itself, some for minutes without
 repeats it.
 """
 
-import contextlib
 import logging
 import os
 from functools import cache
@@ -103,9 +102,8 @@ def bucket_is_missing(url: str) -> bool:
         return False
     fs, path = file_system(url)
     bucket = path.partition("/")[0]
-    with contextlib.suppress(Exception):
-        try:
-            fs.info(bucket) if urlsplit(url).scheme.startswith("s3") else fs.call("GET", f"b/{bucket}")
-        except Exception as e:
-            return is_missing(e)
+    try:
+        fs.info(bucket) if urlsplit(url).scheme.startswith("s3") else fs.call("GET", f"b/{bucket}")
+    except Exception as e:  # the libraries behind fsspec raise all kinds of exceptions
+        return is_missing(e)
     return False

@@ -104,7 +104,7 @@ def _class_labels(rows: RowTable, column: str, aliases: Mapping[str, str]) -> tu
 def file_key(shard: ShardFile, queries: Sequence[ClassQuery]) -> str:
     """The start of the names of a shard's files: another one when the shard or the queries change, as far as that is known without
     reading it."""
-    return _hash([VERSION, tar_index.signature(), shard_identity(shard), [[q.column, q.pairs] for q in queries]])
+    return json_hash([VERSION, tar_index.signature(), shard_identity(shard), [[q.column, q.pairs] for q in queries]])[:32]
 
 
 def shard_identity(shard: ShardFile) -> list[object]:
@@ -114,8 +114,9 @@ def shard_identity(shard: ShardFile) -> list[object]:
     return [shard.name, shard.url, shard_cache.stamp_of_file(shard.path) if shard.path else shard.info]
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:32]
+def json_hash(value: object) -> str:
+    """SHA-256 of a value as JSON text."""
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
 def write_classes(path: Path, found: Sequence[ShardClasses]) -> None:
